@@ -393,6 +393,11 @@ class Reason(Explained):
     ALL_SERVING = "AllServing", "Every replica serves.", "Nothing."
     SOME_SERVING = "SomeServing", "Some replicas serve, but fewer than spec.replicas.", "See status.slots."
     NONE_SERVING = "NoneServing", "No replica serves.", "See status.slots and the pods' events."
+    REPLICA_FAILS = (
+        "ReplicaFails",
+        "vLLM has ended in a replica, which keeps its GPU and starts again. The message has vLLM's last error.",
+        "Mend what it names, or delete the engine; kubectl logs <pod> -c vllm --previous has all that vLLM said.",
+    )
     SCALED_TO_ZERO = "ScaledToZero", "spec.replicas is 0.", "Raise spec.replicas."
     LENDING = "Lending", "Replicas are lent to jobs.", "Nothing; they come back when the jobs end."
     NOTHING_LENT = "NothingLent", "No replica is lent.", "Nothing."

@@ -176,7 +176,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _nearest_first(known: Sequence[str], found: Sequence[str]) -> list[str]:
-    return sorted(known, key=lambda key: -max(SequenceMatcher(None, key, one.upper()).ratio() for one in found))
+    """The known keys, those first that an unknown one among the found may be meant for."""
+    odd = [one.upper() for one in found if not any(one in keys for keys in KEYS_OF.values())]
+    return sorted(known, key=lambda key: -max((SequenceMatcher(None, key, one).ratio() for one in odd), default=0.0))
 
 
 def _create(folder: Path, kind: str) -> str:

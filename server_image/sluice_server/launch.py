@@ -12,7 +12,7 @@ from sluice_api.imports import importing
 from sluice_api.slots import SlotSpec
 from sluice_files.errors import FileError
 from sluice_server.flags import Command, vllm_command
-from sluice_server.model import engine_model
+from sluice_server.model import engine_model, folder_problem
 from sluice_server.model_infos import put_in_place
 from sluice_server.paths import SlotPaths
 from sluice_server.start_gate import wait_at_start_gate
@@ -84,6 +84,8 @@ def prepared_command(slot: SlotSpec, paths: SlotPaths) -> Command:
     if link := stray_link(model.folder):
         stray = link.relative_to(model.folder)
         sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
+    if problem := folder_problem(model.folder):
+        sys.exit(f"model.uri {uri}: {problem}")
     template = None
     if model.chat_template is not None:
         template = paths.scratch / CHAT_TEMPLATE

@@ -12,6 +12,9 @@ from sluice_api.model import Model
 from sluice_api.sources import is_object, volume_path
 from sluice_server.paths import SlotPaths
 
+_LONGEST_HEADER = 100_000_000
+"""Of a file of safetensors, as its library has it."""
+
 
 class Fetched(Model):
     """What the container `model` leaves for the others, in pods.FETCHED_FILE."""
@@ -46,6 +49,51 @@ class EngineModel:
         """The template with which vLLM renders a request for the base model; empty if there is none, or if it can't be
         told from the files: a request may then have the same one."""
         return self.chat_template or _own_template(self.folder)
+
+
+def folder_problem(folder: Path) -> str:
+    """What is wrong with a model's folder that vLLM would only trip over, with what to do; empty if nothing is seen."""
+    names = sorted(path.name for path in folder.iterdir())
+    has = f"It has: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}." if names else "It is empty."
+    if "config.json" not in names:
+        return f"the folder has no config.json, so it is no model. {_taken_for(names) or has} Correct model.uri."
+    try:
+        if not isinstance(json.loads((folder / "config.json").read_bytes()), dict):
+            return "its config.json is no JSON object. Restore it."
+    except ValueError:
+        return "its config.json can't be read as JSON. Restore it."
+    weights = weight_files(names)
+    if not weights:
+        return f"the folder has no weights, neither *.safetensors nor pytorch_model*.bin. {has} Copy them there."
+    torn = (name for name in weights if name.endswith(".safetensors") and not _is_whole(folder / name))
+    if name := next(torn, None):
+        return f"{name} is damaged: it is shorter or longer than its header says. Copy it again."
+    return ""
+
+
+def _taken_for(names: list[str]) -> str:
+    """What a folder is that is often taken for a model's; empty if it is none of these."""
+    if "snapshots" in names:
+        return "It is of a cache of the hub: the model is in the folder below snapshots/ that a commit names."
+    if "adapter_config.json" in names:
+        return "It is an adapter: serve its base model, and publish it with an Adapter."
+    if any(name.endswith(".gguf") for name in names):
+        return "It has GGUF files, which are not served: use the model as safetensors."
+    return ""
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of safetensors is as long as its header says."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= _LONGEST_HEADER:
+            return False
+        try:
+            header = json.loads(opened.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return False
+    return file.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def engine_model(spec: InferenceEngineSpec, paths: SlotPaths) -> EngineModel:

@@ -240,6 +240,7 @@ def _vllm(slot: SlotSpec, mounts: _Mounts, pool: GPUPoolSpec, devices: list[Mani
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},
         "resources": with_claims(resources, devices) if devices else resources,
         "securityContext": pod.CONTAINER_SECURITY,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             pod.SCRATCH_MOUNT,
             pod.SHM_MOUNT,

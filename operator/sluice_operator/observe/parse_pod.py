@@ -1,5 +1,6 @@
 """Read pods: what they ask of a node, and what their containers report."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ def parse_pod(body: Body) -> PodView:
         waiting_message=waiting_message,
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
         disruption=_state_message(condition(status, "DisruptionTarget", "True")),
-        failure=_state_message(status) if ended else "",
+        failure=_state_message(status) if ended else _last_error(main) if main.get("name") == "vllm" else "",
         started=any(map(_has_run, containers)),
         volume_claims=_volume_claims(body),
         template=template_in(annotations),
@@ -170,13 +171,25 @@ def _has_run(container: Mapping[str, Any]) -> bool:
     return any(state.get("running") or state.get("terminated") for state in states)
 
 
-def _last_failure(container: Mapping[str, Any]) -> str:
+def _last_failure(container: Mapping[str, Any], longest: int | None = _LONGEST) -> str:
     """The last words of a container that has failed, and has not succeeded since; empty for any other."""
     for state in (container.get("state") or {}, container.get("lastState") or {}):
         if ended := state.get("terminated"):
             words = ended.get("message") or ended.get("reason") or f"exit code {ended.get('exitCode')}"
-            return str(words)[:_LONGEST] if ended.get("exitCode") else ""
+            return str(words)[:longest] if ended.get("exitCode") else ""
     return ""
+
+
+_ERROR = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): .*")
+_NO_CAUSE = "Engine core initialization failed"
+"""vLLM's server says so when its engine has ended; what the engine said stands before that."""
+
+
+def _last_error(vllm: Mapping[str, Any]) -> str:
+    """Why vLLM has ended last, a line of its log; empty if it has not failed."""
+    lines = [line.strip() for line in _last_failure(vllm, longest=None).splitlines() if line.strip()]
+    errors = [found[0] for line in lines if (found := _ERROR.search(line)) and _NO_CAUSE not in line]
+    return next(iter([*errors[-1:], *lines[-1:]]), "")[:_LONGEST]
 
 
 def _termination(main: Mapping[str, Any]) -> Termination | None:

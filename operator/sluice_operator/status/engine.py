@@ -108,7 +108,7 @@ def _readiness(
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
     if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), None):
         return ready > 0, no.reason, f"{text} No other is started: {no.message}"
-    failed, fetching = _fetching(world, engine, plans)
+    failed, fetching = _starting(world, engine, plans)
     text += fetching
     if failed:
         return ready > 0, failed, text
@@ -119,11 +119,19 @@ def _readiness(
     return True, Reason.ALL_SERVING if ready >= engine.spec.replicas else Reason.SOME_SERVING, text
 
 
-def _fetching(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan]) -> tuple[Reason | None, str]:
-    """Why a replica can't fetch its model, or that it fetches it; no reason and an empty text if neither is so."""
+def _starting(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan]) -> tuple[Reason | None, str]:
+    """Why a replica can't start to serve, or that it fetches its model; no reason and no text if neither is so."""
     pods = [pod for plan in plans if (pod := pod_of(world, engine, plan.index)) and not pod.deleting]
     if failed := next((pod for pod in pods if pod.fetch_failure), None):
         return Reason.DOWNLOAD_FAILED, f" {failed.fetch_failure} {failed.key.name} tries again by itself."
+    if ended := next((pod for pod in pods if pod.failure and not serves(pod)), None):
+        name = ended.key.name
+        log = f"kubectl logs {name} -c vllm --previous"
+        said = ended.failure.rstrip(".")
+        return (
+            Reason.REPLICA_FAILS,
+            f" vLLM has ended in {name}: {said}. It starts again by itself; {log} has the rest.",
+        )
     if fetching := [pod.key.name for pod in pods if pod.fetches_model]:
         return None, f" {fetching[0]} fetches its model: kubectl logs {fetching[0]} -c {MODEL_CONTAINER} shows how far."
     return None, ""

@@ -18,7 +18,11 @@ FETCHED = ".fetched"
 """In the adapters' folder, by the adapter's name: what was fetched, where the engine has no model.cacheClaim."""
 MAX_BYTES = {ADAPTER_FILES[0]: 2**20, ADAPTER_FILES[1]: 8 * 2**30, MANIFEST: 2**20, CHAT_TEMPLATE: 2**18}
 """Of an adapter's files."""
-_REASONS = {Failure.NOT_FOUND: Reason.ADAPTER_NOT_FOUND, Failure.INVALID: Reason.ADAPTER_INVALID}
+_REASONS = {
+    Failure.NOT_FOUND: Reason.ADAPTER_NOT_FOUND,
+    Failure.INVALID: Reason.ADAPTER_INVALID,
+    Failure.REFUSED: Reason.ACCESS_REFUSED,
+}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_signature_of_an_address_is_hidden() -> None:
         (
             "s3://b/x",
             {"HF_TOKEN": "t"},
-            "has HF_TOKEN, and no key that opens such an address: AWS_SESSION_TOKEN, AWS_",
+            "has HF_TOKEN, and no key that opens such an address: AWS_ACCESS_KEY_ID, AWS_S",
         ),
         ("hf://org/m", {"key": "t"}, "has key, and no key that opens such an address: HF_TOKEN, HF_ENDPOINT"),
         ("hf://org/m", {"HF_TOKEN": "hf_canary\nhf_second"}, "key HF_TOKEN of the Secret store has a line break"),

@@ -7,9 +7,12 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
+from sluice_operator.observe.parse_pod import parse_pod
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
-from tests.unit.plan.worlds import NOW, WorldBuilder, change, decide, planned_status
+from tests.unit.operator.bodies import pod
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, change, decide, planned_status
 
 
 def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
@@ -115,6 +118,60 @@ def test_model_that_cannot_be_fetched_is_in_the_engines_condition() -> None:
     condition = planned_status(builder.world, engine, NOW).conditions[0]
     assert (condition.status, condition.reason) == ("False", Reason.DOWNLOAD_FAILED)
     assert condition.message == f"0 of 2 replicas serve. {said} chat-0-x tries again by itself."
+
+
+@pytest.mark.parametrize(
+    ("log", "failure"),
+    [
+        ("INFO x\nmodel.uri pvc://m/x: it is damaged. Copy it.\n", "model.uri pvc://m/x: it is damaged. Copy it."),
+        (
+            "(EngineCore pid=7) ValueError: no room for a sequence\n(APIServer pid=1)   File x\n"
+            "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.",
+            "ValueError: no room for a sequence",
+        ),
+        ("RuntimeError: Engine core initialization failed.", "RuntimeError: Engine core initialization failed."),
+        ("", "Error"),
+    ],
+)
+def test_vllm_that_has_ended_is_a_failure_while_it_starts_again(log: str, failure: str) -> None:
+    raw = pod("chat-0", 1, metadata={"labels": {"sluice.dev/engine": "chat"}})
+    last = {"terminated": {"exitCode": 1, "reason": "Error", "message": log}}
+    raw["status"]["containerStatuses"] = [{"name": "vllm", "state": {"running": {"startedAt": "x"}}, "lastState": last}]
+    assert parse_pod(raw).failure == failure
+    raw["status"]["containerStatuses"] = [
+        {"name": "trainer", "state": {"running": {"startedAt": "x"}}, "lastState": last}
+    ]
+    assert parse_pod(raw).failure == ""
+
+
+def test_vllm_that_ends_is_in_the_engines_condition() -> None:
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2)
+    failing, serving = (builder.slot(engine, index, "n1", ready=index == 1) for index in range(2))
+    assert failing is not None
+    assert serving is not None
+    change(builder, failing, failure="model.uri pvc://models/base: its config.json can't be read as JSON. Restore it.")
+    change(builder, serving, failure="an earlier end, since when it serves again")
+    condition = planned_status(builder.world, engine, NOW).conditions[0]
+    assert (condition.status, condition.reason) == ("True", Reason.REPLICA_FAILS)
+    assert condition.message == (
+        "1 of 2 replicas serve. vLLM has ended in chat-0-x: model.uri pvc://models/base: its config.json can't be read "
+        "as JSON. Restore it. It starts again by itself; kubectl logs chat-0-x -c vllm --previous has the rest."
+    )
+
+
+@pytest.mark.parametrize("failing", [{"failure": "ValueError: x"}, {"fetch_failure": "spec.model: no Secret."}, {}])
+def test_job_that_waits_is_told_of_the_engine_that_can_not_start(failing: dict[str, str]) -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    slot = builder.slot(builder.engine("chat", 1, preemption={"policy": "Never"}), 0, "n1", ready=False)
+    assert slot is not None
+    change(builder, slot, **failing)
+    builder.job("a", 1, outcomes=(PREPARED,))
+    wait = allocated(builder).waits[job_key("team", "a")]
+    told = "mend or delete engine chat, which holds a GPU and can't start to serve (see its condition Ready)"
+    assert (told in wait.message) == bool(failing)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(
 @pytest.mark.parametrize(
     ("model", "secret", "message"),
     [
-        ({}, None, "the Secret models is not in this namespace, or is empty. Write each value into a file"),
+        ({}, None, "the Secret models is not in this namespace, or has no key that opens such an address (AWS_"),
         ({}, {"HF_TOKEN": SECRET}, "the Secret models has HF_TOKEN, and no key that opens such an address: AWS_ACC"),
         ({"uri": "s3://engine-models/gone"}, {}, "s3://engine-models/gone: there is nothing below this address."),
         ({"uri": "s3://no-such-bucket/a"}, {}, "s3://no-such-bucket/a"),

@@ -50,6 +50,32 @@ def test_model_that_is_not_there_is_named(paths: SlotPaths) -> None:
         launch.prepared_command(slot(), paths)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"config.json": None}, r"has no config\.json, so it is no model\. It has: model\.safetensors\. Correct model"),
+        ({"config.json": None, "snapshots": ""}, r"below snapshots/ that a commit names\. Correct model\.uri"),
+        ({"config.json": None, "adapter_config.json": "{}"}, r"It is an adapter: serve its base model"),
+        ({"config.json": None, "model.safetensors": None, "q4.gguf": ""}, r"GGUF files, which are not served"),
+        ({"config.json": "{"}, r"its config\.json can't be read as JSON\. Restore it\."),
+        ({"config.json": "[]"}, r"its config\.json is no JSON object"),
+        ({"model.safetensors": None}, r"has no weights, neither .* It has: config\.json\. Copy them"),
+        ({"model.safetensors": "torn"}, r"model\.safetensors is damaged.* Copy it again"),
+        ({"model.safetensors": "\x02\0\0\0\0\0\0\0{}x"}, r"model\.safetensors is damaged"),
+    ],
+)
+def test_folder_that_is_no_whole_model_says_why(
+    paths: SlotPaths, folder: Path, changes: dict[str, str | None], says: str
+) -> None:
+    for name, content in changes.items():
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text(content)
+    with pytest.raises(SystemExit, match=rf"^model\.uri pvc://models/tiny: .*{says}"):
+        launch.prepared_command(slot(), paths)
+
+
 def test_pickles_are_read_only_where_there_is_nothing_else(paths: SlotPaths, folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     assert after("--load-format", launch.prepared_command(slot(), paths)) == "safetensors"

@@ -117,7 +117,7 @@ def test_what_was_fetched_of_an_adapter_that_is_deleted_goes(paths: SlotPaths, a
     [
         (f"{URI}/gone", "AdapterNotFound", "s3://engine-adapters/tone/gone: there is nothing below this address."),
         ("s3://engine-adapters", "AdapterNotFound", "s3://engine-adapters has no adapter_config.json"),
-        ("hf://org/adapter", "AdapterInvalid", "the Secret adapters has AWS_ACCESS_KEY_ID"),
+        ("hf://org/adapter", "AccessRefused", "the Secret adapters has AWS_ACCESS_KEY_ID"),
     ],
 )
 def test_adapter_that_cannot_be_had_is_rejected(
@@ -131,7 +131,7 @@ def test_adapter_that_cannot_be_had_is_rejected(
 
 def test_secret_that_is_missing_is_named(paths: SlotPaths, adapter: Path, secrets: Path) -> None:
     shutil.rmtree(secrets / "adapters")
-    with pytest.raises(AdapterRejected, match="the Secret adapters is not in this namespace, or is empty"):
+    with pytest.raises(AdapterRejected, match="the Secret adapters is not in this namespace, or has no key"):
         AdapterCache(slot(), paths).fetch(wanted())
 
 

@@ -14,7 +14,7 @@ from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, least_first, trainer_pods
-from sluice_operator.facts.slots import floor_of, sleeps
+from sluice_operator.facts.slots import floor_of, pod_of, sleeps
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key, key_of
@@ -112,7 +112,7 @@ class Search:
     @cached_property
     def too_few(self) -> Obstacle:
         """The obstacle that the pool has too few free GPUs."""
-        return _too_few(self.stock, self.job)
+        return _too_few(self.world, self.stock, self.job)
 
     def without(self, node: str) -> "Search":
         """The same search without its pods on one node, with the stock and the terms that its other pods leave."""
@@ -235,8 +235,10 @@ def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     return search.usable(NodeOption(node, pods), search.terms.takes_free, front, search.too_few)
 
 
-def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
-    """The obstacle that the pool has too few free GPUs. Replicas without a GPU come first."""
+def _too_few(world: World, stock: Stock, job: FineTuneJob) -> Obstacle:
+    """The obstacle that the pool has too few free GPUs. Replicas without a GPU come first, and some that have one may
+    never serve.
+    """
     asked = job.spec.resources.all_gpus
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
     where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
@@ -245,7 +247,20 @@ def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     message = f"{free} free of {of}, {asked} {'is' if asked == 1 else 'are'} needed {where}{first}."
     more = asked + stock.lacking
     added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
-    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
+    failing = _failing(world, stock)
+    why = "which holds a GPU and can't start to serve (see its condition Ready)"
+    mended = (Remedy(f"mend or delete engine {name}, {why}", key=key) for name, key in failing.items())
+    ends_with = (key_of(stock.pool), *failing.values())
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=ends_with, remedies=(added, *mended))
+
+
+def _failing(world: World, stock: Stock) -> dict[str, Key]:
+    """Engines with a replica that has GPUs and has failed to start, by their full names."""
+    slots = (slot for node in stock.nodes.values() for slot in node.slots if slot.pod and not slot.serving)
+    pods = ((slot.engine, pod_of(world, slot.engine, slot.slot.index)) for slot in slots)
+    return {
+        engine.metadata.full_name: key_of(engine) for engine, pod in pods if pod and (pod.failure or pod.fetch_failure)
+    }
 
 
 def _key(live: LiveClaim) -> Key:
