@@ -79,6 +79,9 @@ _HUB_ONLY = Rule(
 )
 
 
+_ANY_NAME = " || ".join(f"has(self.fields.{name})" for name in FieldNames.model_fields)
+
+
 class RowFiles(Model):
     """Files with rows, all of one kind."""
 
@@ -162,6 +165,12 @@ class Dataset(RowFiles):
                 "has(self.uri) != (has(self.sources) && self.sources.size() > 0)",
                 "write dataset.uri, or dataset.sources for several; one of the two",
                 at=".uri",
+            ),
+            Rule(
+                "!has(self.sources) || self.sources.size() == 0 || (self.format == 'Auto' && self.fileFormat == 'Auto' "
+                f"&& !(has(self.fields) && ({_ANY_NAME})))",
+                "write format, fileFormat and fields into each of dataset.sources, which these say nothing of",
+                at=".sources",
             ),
             _HUB_ONLY,
         )

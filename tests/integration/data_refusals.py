@@ -13,6 +13,18 @@ DATA_REFUSED: list[tuple[str, str, Any, str]] = [
         [{"uri": "pvc://datasets/rows.jsonl"}],
         "spec.dataset.uri: * write dataset.uri, or dataset.sources for several",
     ),
+    (
+        "FineTuneJob",
+        "spec.dataset",
+        {"uri": None, "sources": [{"uri": "pvc://datasets/rows.jsonl"}], "fields": {"text": "prompt"}},
+        "spec.dataset.sources: * write format, fileFormat and fields into each of dataset.sources",
+    ),
+    (
+        "FineTuneJob",
+        "spec.dataset",
+        {"uri": None, "sources": [{"uri": "pvc://datasets/rows.jsonl"}], "format": "Text"},
+        "spec.dataset.sources: * write format, fileFormat and fields into each of dataset.sources",
+    ),
     ("FineTuneJob", "spec.dataset.sources", [{"weight": "2"}], "spec.dataset.sources[0].uri: * write where the rows"),
     (
         "FineTuneJob",

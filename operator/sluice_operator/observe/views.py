@@ -132,7 +132,8 @@ class PodView(View):
     disruption: str = ""
     """Who evicts the pod and why, from the condition DisruptionTarget; empty if it is not evicted."""
     failure: str = ""
-    """Why the kubelet ended the pod or never started it: reason and message of its status."""
+    """Why the kubelet ended the pod or never started it: reason and message of its status. For an engine's pod also the
+    last error of its vLLM."""
     started: bool = False
     """One of its containers has run."""
     volume_claims: tuple[str, ...] = ()
