@@ -264,6 +264,9 @@ class Progress(Model):
     )
     time_left: Text = Field("", description="secondsLeft for a reader: 4m10s.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
+    unsaved: Message = Field(
+        "", description="Why the last checkpoint could not be saved. Training goes on, and the next save tries again."
+    )
     attempt: NonNegativeInt = Field(0, description="The attempt that reported.")
     reported_at: Time | None = Field(None, description="When it reported, by the operator's clock.")
 

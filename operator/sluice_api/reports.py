@@ -16,6 +16,7 @@ from sluice_api.model import Model, Name
 TRAINING_REPORTS_PATH = "/v1/training-reports"
 ENGINE_REPORTS_PATH = "/v1/engine-reports"
 MAX_REPORT_BYTES = 65_536
+MAX_UNSAVED_CHARACTERS = 512
 LONGEST_ESTIMATE = 315_360_000
 """Ten years in seconds: an estimate above it is no estimate."""
 
@@ -64,6 +65,9 @@ class TrainingReport(Model):
     )
     step_seconds: FiniteFloat | None = Field(None, ge=0, le=31_536_000, description="Median seconds of a step so far.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
+    unsaved: Annotated[str, StringConstraints(max_length=MAX_UNSAVED_CHARACTERS)] | None = Field(
+        None, description="Why the last checkpoint could not be saved; absent when it could."
+    )
     message: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
         None, description="Why training stands still, for a person; absent while it goes on."
     )

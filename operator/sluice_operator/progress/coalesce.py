@@ -78,6 +78,7 @@ def progress_after(before: Progress | None, stage: Stage, report: TrainingReport
         seconds_left=report.seconds_left,
         time_left="" if report.seconds_left is None else length(report.seconds_left),
         checkpoint_step=old.checkpoint_step if report.checkpoint_step is None else report.checkpoint_step,
+        unsaved=report.unsaved or "",
         attempt=report.attempt,
         reported_at=now,
     )

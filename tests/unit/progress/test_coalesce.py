@@ -67,6 +67,12 @@ def test_progress_numbers_cause_at_most_one_write_in_an_interval(steps: list[tup
     assert all(after - before >= EVERY for before, after in pairwise(writes))
 
 
+def test_checkpoint_that_was_not_saved_is_told_until_one_is() -> None:
+    failed = progress_after(None, Stage.TRAIN, report(unsaved="Step 30 could not be saved; step 20 is durable."), NOW)
+    assert failed.unsaved == "Step 30 could not be saved; step 20 is durable."
+    assert progress_after(failed, Stage.TRAIN, report(), NOW).unsaved == ""
+
+
 def test_progress_after_a_report_is_rounded_for_readers() -> None:
     seen = progress_after(
         None,

@@ -187,9 +187,11 @@ def test_checkpoint_in_background_that_fails_does_not_end_training(
     assert why in out
     assert names(job) == ["step-10", "step-5"]
     assert checkpoints.durable_step == 10
+    assert (checkpoints.unsaved or "").startswith("Step 15 could not be saved; step 10 is durable. ")
 
     assert checkpoints.save_in_background(lambda: state(20))
     join_the_writer()
+    assert checkpoints.unsaved is None
     assert names(job) == ["step-10", "step-20"]
     assert checkpoints.durable_step == 20
 

@@ -263,6 +263,7 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
         step=progress.step,
         epoch=epoch,
         checkpoint_step=run.checkpoints.durable_step,
+        unsaved=run.checkpoints.unsaved,
         **figures,
     )
 

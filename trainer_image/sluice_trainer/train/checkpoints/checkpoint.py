@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sluice_api.artifacts import MANIFEST
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
+from sluice_api.reports import MAX_UNSAVED_CHARACTERS
 from sluice_api.stages import ExitCode, StageSpec, TrainResult, grace_seconds
 from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import PeerLost, StageError
@@ -70,6 +71,8 @@ class Checkpoints:
         """Writes each checkpoint together with the other processes, where the model is sharded; None otherwise."""
         self.durable_step: int | None = None
         """Step of the newest checkpoint that this process has saved or loaded."""
+        self.unsaved: str | None = None
+        """Why the last save failed; None when it did not."""
         self.best_step: int | None = None
         """Step of the best checkpoint, which is kept however old it is."""
 
@@ -95,7 +98,7 @@ class Checkpoints:
                     self._write(state, is_new=is_new, last=last)
                 finally:
                     self._saving_step = None
-                self.durable_step = step
+                self.durable_step, self.unsaved = step, None
                 logs.info("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
                 self._prune(step)
             return step
@@ -221,6 +224,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: StageError) -> None:
         metrics.FAILED_SAVES.inc()
+        self.unsaved = error.message[:MAX_UNSAVED_CHARACTERS]
         logs.warning("checkpoint failed", step=step, why=error.message)
 
     def _write(self, state: Snapshot, *, is_new: bool, last: bool) -> None:
