@@ -55,6 +55,8 @@ def folder_problem(folder: Path) -> str:
     """What is wrong with a model's folder that vLLM would only trip over, with what to do; empty if nothing is seen."""
     names = sorted(path.name for path in folder.iterdir())
     has = f"It has: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}." if names else "It is empty."
+    if "params.json" in names:  # Mistral's own format, which vLLM reads without the files that follow
+        return ""
     if "config.json" not in names:
         return f"the folder has no config.json, so it is no model. {_taken_for(names) or has} Correct model.uri."
     try:
@@ -91,9 +93,9 @@ def _is_whole(file: Path) -> bool:
         try:
             header = json.loads(opened.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            return bool(file.stat().st_size == 8 + length + max(ends, default=0))
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return False
-    return file.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def engine_model(spec: InferenceEngineSpec, paths: SlotPaths) -> EngineModel:

@@ -62,6 +62,7 @@ def test_model_that_is_not_there_is_named(paths: SlotPaths) -> None:
         ({"model.safetensors": None}, r"has no weights, neither .* It has: config\.json\. Copy them"),
         ({"model.safetensors": "torn"}, r"model\.safetensors is damaged.* Copy it again"),
         ({"model.safetensors": "\x02\0\0\0\0\0\0\0{}x"}, r"model\.safetensors is damaged"),
+        ({"model.safetensors": '\x21\0\0\0\0\0\0\0{"a": {"data_offsets": [0, "x"]}}'}, r"safetensors is damaged"),
     ],
 )
 def test_folder_that_is_no_whole_model_says_why(
@@ -74,6 +75,12 @@ def test_folder_that_is_no_whole_model_says_why(
             (folder / name).write_text(content)
     with pytest.raises(SystemExit, match=rf"^model\.uri pvc://models/tiny: .*{says}"):
         launch.prepared_command(slot(), paths)
+
+
+def test_model_in_mistrals_own_format_is_left_to_vllm(paths: SlotPaths, folder: Path) -> None:
+    (folder / "config.json").rename(folder / "params.json")
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    assert launch.prepared_command(slot(), paths).arguments[1] == str(folder)
 
 
 def test_pickles_are_read_only_where_there_is_nothing_else(paths: SlotPaths, folder: Path) -> None:
