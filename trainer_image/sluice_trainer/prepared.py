@@ -31,7 +31,7 @@ class PreparedManifest(Model):
     row_files: tuple[ReadFile, ...] = ()
     """What TokenRow.file counts."""
     row_format: DatasetFormat
-    """Of the first source."""
+    """Of the first source that has rows."""
     chat_template: str
     base_model_uri: str
     base_model_revision: str

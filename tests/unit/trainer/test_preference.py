@@ -181,7 +181,7 @@ TURN = {"role": "assistant", "content": "Yes"}
         ({"prompt": "?", "chosen": "Yes", "rejected": "Yes"}, '"chosen" and "rejected" are the same'),
         ({"prompt": [TURN], "chosen": "Yes", "rejected": "No"}, '"prompt" ends with the assistant'),
         ({"prompt": "?", "chosen": [TURN, TURN], "rejected": "No"}, '"chosen" is not one turn of the assistant'),
-        ({"prompt": "?", "chosen": "Yes"}, 'the row has "prompt", "chosen", not'),
+        ({"prompt": "?", "chosen": "Yes"}, 'the row has "prompt", "chosen", not "chosen" and "rejected"'),
     ],
 )
 def test_preference_rows_without_a_preference_are_refused(pairs: Job, row: dict[str, Any], problem: str) -> None:

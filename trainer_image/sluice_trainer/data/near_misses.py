@@ -21,6 +21,8 @@ def fits_none(fields: Fields) -> BadRowError:
     has = ", ".join(f'"{name}"' for name in list(fields)[:6]) or "no field"
     if any(len(name) > _LONGEST_NAME or not name.strip() for name in fields):
         return _unfit(has, "The file seems to have no header: give it one, such as instruction,output")
+    if "chosen" in fields or "rejected" in fields:
+        return lacks(fields, ("chosen", "rejected"))
     for name, value in fields.items():
         if not (isinstance(value, list) and value and all(isinstance(each, dict) for each in value[:2])):
             continue
