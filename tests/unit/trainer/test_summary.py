@@ -27,8 +27,8 @@ def found(overlong: int) -> PrepareResult:
 
 def manifest(result: PrepareResult) -> PreparedManifest:
     return PreparedManifest(
-        plan="", inputs={}, settings={}, files={}, result=result, row_format=DatasetFormat.MESSAGES, chat_template="", base_model_uri="",
-        base_model_revision="", base_model_fingerprint="", seed=1,
+        plan="", inputs={}, settings={}, files={}, result=result, row_format=DatasetFormat.MESSAGES, chat_template="",
+        base_model_uri="", base_model_revision="", base_model_fingerprint="", seed=1,
     )  # fmt: skip
 
 
